@@ -1,0 +1,8 @@
+package process
+
+import "syscall"
+
+// attributes makes a component die with this process, however that ends.
+func attributes() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}
