@@ -140,7 +140,7 @@ func upDetached(ctx context.Context, root string) error {
 		if _, err := io.Copy(os.Stdout, shown); err != nil {
 			return errors.Join(err, cmd.Process.Signal(os.Interrupt), <-exited)
 		}
-		// Read, not Running: that would take the lock for a moment, and the platform must get it.
+		// What is written there may be of an earlier platform.
 		if r, err := dir.Read(); err == nil && r.PID == cmd.Process.Pid && r.Up {
 			_, err := io.Copy(os.Stdout, shown)
 			return err

@@ -55,11 +55,8 @@ func (g *progress) look(ctx context.Context, client *flux.Client) error {
 	}
 	g.done = true
 	g.platform.say("rolled out", "%.9s after %.1f s", g.commit, time.Since(g.since).Seconds())
-	if err := g.platform.update(func(r *state.Run) { r.Up = true }); err != nil {
-		return err
-	}
 	g.platform.welcome()
-	return nil
+	return g.platform.update(func(r *state.Run) { r.Up = true })
 }
 
 // patience is how long a rollout may take before we say what it waits for, and how often we say so.
