@@ -18,8 +18,11 @@ test:
 	go test -race ./...
 	go run ./tools/validate
 
-# The local platform deploys, changes, prunes, refuses and heals.
+# The local platform deploys, changes, prunes, refuses and heals. What it needs is built first, where one sees how far
+# that is.
 e2e: node
+	go run ./tools/local build
+	go run ./tools/local build --simulate
 	go test -tags e2e -count 1 -timeout 80m -v ./tools/local/e2e
 
 # Only the gate before merge, on this repository.
