@@ -216,7 +216,11 @@ func Build(ctx context.Context, o Options) error {
 	if whySimulate() != "" {
 		p.Simulate = true
 	}
-	return p.buildPrograms(ctx)
+	if err := p.buildPrograms(ctx); err != nil {
+		return err
+	}
+	p.say("build", "everything is in %s", p.Cache)
+	return nil
 }
 
 // buildPrograms gets the programs of others, from the cache or by building them.
