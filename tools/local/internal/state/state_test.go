@@ -21,12 +21,15 @@ const helper = "state-test-holder"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == helper {
-		if _, err := Dir(os.Args[2]).Lock(); err != nil {
+		lock, err := Dir(os.Args[2]).Lock()
+		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
 		fmt.Println("locked")
-		select {}
+		// Until it is killed. The lock must stay in use, or the garbage collector gives it back.
+		<-make(chan os.Signal)
+		lock.Close()
 	}
 	os.Exit(m.Run())
 }
