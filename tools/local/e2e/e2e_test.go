@@ -17,7 +17,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,10 +41,6 @@ func TestMain(m *testing.M) {
 	os.RemoveAll(dir)
 	os.Exit(code)
 }
-
-// limit is for the median of five rollouts, from the commit to the last pod. Four seconds are usual with a real node and
-// two without; the rest is for a busy machine.
-const limit = 8 * time.Second
 
 // TestNode drives the platform with a real node through the life of a repository. The steps build on each other.
 func TestNode(t *testing.T) {
@@ -121,19 +116,7 @@ func TestNode(t *testing.T) {
 	})
 
 	step(t, "commits are rolled out within seconds", func(t *testing.T) {
-		var took []time.Duration
-		for i := range 5 {
-			p.edit(t, "apps/base/backend-api/kustomization.yaml", `SHUTDOWN_GRACE=\d+s`, fmt.Sprintf("SHUTDOWN_GRACE=%ds", 15+i))
-			p.settled(t)
-			begin := time.Now()
-			p.deploy(t, fmt.Sprint("Grace ", i))
-			took = append(took, time.Since(begin).Round(100*time.Millisecond))
-		}
-		slices.Sort(took)
-		t.Logf("commit to rollout: median %s of %v", took[2], took)
-		if took[2] > limit {
-			t.Errorf("the median is more than %s", limit)
-		}
+		p.measureRollouts(t, "apps/base/backend-api/kustomization.yaml", `SHUTDOWN_GRACE=\d+s`, "SHUTDOWN_GRACE=%ds")
 	})
 
 	step(t, "a deleted object is pruned", func(t *testing.T) {
@@ -284,19 +267,7 @@ func TestOrdinaryUser(t *testing.T) {
 	if s := p.status(t); !s.Simulated || s.API != "" {
 		t.Errorf("status says simulated %v, API %q", s.Simulated, s.API)
 	}
-	var took []time.Duration
-	for i := range 5 {
-		p.edit(t, "apps/base/backend-api/deployment.yaml", `replicas: \d`, fmt.Sprint("replicas: ", 3+i%2))
-		p.settled(t)
-		begin := time.Now()
-		p.deploy(t, fmt.Sprint("Replicas ", i))
-		took = append(took, time.Since(begin).Round(100*time.Millisecond))
-	}
-	slices.Sort(took)
-	t.Logf("commit to rollout, pods simulated: median %s of %v", took[2], took)
-	if took[2] > limit {
-		t.Errorf("the median is more than %s", limit)
-	}
+	p.measureRollouts(t, "apps/base/backend-api/deployment.yaml", `replicas: \d+`, "replicas: %d")
 	p.local(t, "down")
 	if err := <-p.exited; err != nil {
 		t.Errorf("up: %v", err)
