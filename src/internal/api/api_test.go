@@ -565,13 +565,21 @@ func TestTimeLimitEndsWithUpload(t *testing.T) {
 
 // An input that arrives in small pieces, over more requests than there are slots, is turned away and not queued up.
 func TestUploadSlots(t *testing.T) {
-	f := serve(t, func(f *fixture) { f.MaxUploads = 2 })
+	// An upload has its slot when the store is asked to take it. Asking the API instead would take a slot itself.
+	begun := make(chan struct{}, 100)
+	f := serve(t, func(f *fixture) {
+		f.MaxUploads = 2
+		f.store.Before = func(op, name string) error {
+			if op == "Create" {
+				begun <- struct{}{}
+			}
+			return nil
+		}
+	})
 	var all sync.WaitGroup
 	release := make(chan struct{})
-	started := make(chan struct{}, 2)
 	for range 2 {
 		body := io.MultiReader(strings.NewReader("x"), readerFunc(func([]byte) (int, error) {
-			started <- struct{}{}
 			<-release
 			return 0, io.EOF
 		}))
@@ -581,17 +589,9 @@ func TestUploadSlots(t *testing.T) {
 			}
 		})
 	}
-	<-started
-	<-started
-	// The two clients are sending; wait until the API has begun to receive both.
-	poll(t, "both slots are taken", func() bool {
-		r := f.post("x")
-		if r.StatusCode == 202 {
-			return false
-		}
-		f.wantProblem(r, 503, "uploads")
-		return true
-	})
+	<-begun
+	<-begun
+	f.wantProblem(f.post("x"), 503, "uploads")
 	if r := f.do("GET", "/v1/jobs", nil); r.StatusCode != 200 {
 		t.Errorf("GET with all slots taken: %d", r.StatusCode)
 	}
